@@ -218,7 +218,8 @@ impl Store for AnyStore {
     fn retry_max(&self) -> Option<Duration> {
         match self {
             Self::Local(store) => store.retry_max(),
-            Self::Shared(shared) => shared.store.retry_max(),
+            // So that a client gets the outcome of the last attempt before the deadline of its request.
+            Self::Shared(shared) => Some(shared.config.timeout / 2),
         }
     }
 

@@ -39,9 +39,7 @@ pub(super) fn open(
     let Some((plugin, about)) = found else {
         return Err(OpenSharedError::NoPlugin { url: url.clone(), folder: source.folder.clone() }.into());
     };
-    // So that a client gets the outcome of the last attempt before the deadline of its request.
-    let retry_max = config.timeout / 2;
-    let options = SharedOptions { history_max, lag_max: config.max_lag, retry_max };
+    let options = SharedOptions { history_max, lag_max: config.max_lag };
     let store = shared_store::open(url, &plugin, &about, options)?;
     shared_store::wait_until_loaded(&store, url, |entries, reason| {
         progress.set(StartPhase::LoadingShared, entries, 0);

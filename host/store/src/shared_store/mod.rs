@@ -39,13 +39,11 @@ pub struct SharedOptions {
     pub history_max: u64,
     /// The maximum age of what a local read sees.
     pub lag_max: Duration,
-    /// How long a touch may be tried again, because other clients have written the entry meanwhile.
-    pub retry_max: Duration,
 }
 
 impl Default for SharedOptions {
     fn default() -> Self {
-        Self { history_max: 64 << 20, lag_max: Duration::from_secs(10), retry_max: Duration::from_secs(1) }
+        Self { history_max: 64 << 20, lag_max: Duration::from_secs(10) }
     }
 }
 
@@ -190,10 +188,6 @@ impl Store for SharedStore {
             Reads::Local => then(self.state.stale().map_or(Ok(()), Err)),
             Reads::Linearizable => self.state.confirm(Waiter::here(then)),
         }
-    }
-
-    fn retry_max(&self) -> Option<Duration> {
-        Some(self.state.options.retry_max)
     }
 
     fn update_all<D: Decide>(

@@ -399,11 +399,7 @@ impl World {
 
 impl Weather {
     fn options(&self) -> SharedOptions {
-        SharedOptions {
-            history_max: self.history_max,
-            lag_max: Duration::from_secs(1_000_000),
-            ..SharedOptions::default()
-        }
+        SharedOptions { history_max: self.history_max, lag_max: Duration::from_secs(1_000_000) }
     }
 }
 
