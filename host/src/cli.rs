@@ -468,8 +468,7 @@ fn run_plugins(command: PluginsCommand) -> Result<ExitCode, Failure> {
     match command {
         PluginsCommand::New { name, path, api } => Ok(plugins::new::new(&name, path.as_deref(), api.as_deref())?),
         PluginsCommand::Check { libraries, config, json } => {
-            let file = config.as_deref().map(File::read).transpose()?.unwrap_or_default();
-            let config = Config::without_plugins(Options::default(), file)?;
+            let config = Config::without_plugins(Options::default(), File::read_if_given(config.as_deref())?)?;
             Ok(plugins::check::check(&libraries, &config, json)?)
         }
         PluginsCommand::Add(add) => plugins::add::add(add),
@@ -487,7 +486,7 @@ fn serve_with(args: ServeArgs) -> Result<ExitCode, Failure> {
 }
 
 fn configured(options: Options, file: Option<&Path>) -> Result<Config, ConfigError> {
-    Config::new(options, file.map(File::read).transpose()?.unwrap_or_default())
+    Config::new(options, File::read_if_given(file)?)
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ impl Target {
     /// The configuration or the plugin cannot be used, or the store cannot be reached.
     pub(super) fn open(self) -> Result<Shared, Failure> {
         let url = self.url;
-        let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let file = File::read_if_given(self.config.as_deref())?;
         let options = Options { store: Some(url.clone()), plugin_dir: self.plugin_dir, ..Options::default() };
         let config: Result<Config, ConfigError> = Config::new(options, file);
         let config = config?;

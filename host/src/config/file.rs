@@ -41,6 +41,15 @@ impl File {
         Self::parse(&text).map_err(|source| ConfigError::Malformed { path: path.to_owned(), source })
     }
 
+    /// Reads a configuration file, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`File::read`].
+    pub fn read_if_given(path: Option<&Path>) -> Result<Self, ConfigError> {
+        path.map(Self::read).transpose().map(Option::unwrap_or_default)
+    }
+
     /// Parses the text of a configuration file.
     pub(super) fn parse(text: &str) -> Result<Self, FileError> {
         let mut root = DeTable::parse(text).map_err(|error| syntax(text, error))?;

@@ -153,7 +153,7 @@ fn configured(file: Option<PathBuf>) -> Result<Url, Failure> {
     let matches = without_empty_variables(Environment::command()).try_get_matches_from(["vkog"]);
     let parsed = matches.and_then(|matches| Environment::from_arg_matches(&matches));
     let Environment { options } = parsed.map_err(Failure::usage)?;
-    let file = file.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    let file = File::read_if_given(file.as_deref())?;
     Ok(address(&Config::without_plugins(options, file)?))
 }
 

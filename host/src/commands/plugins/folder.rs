@@ -54,7 +54,7 @@ pub(super) struct PluginFolder {
 impl FolderArgs {
     /// Reads the configuration and finds the folder.
     pub(super) fn resolve(self) -> Result<PluginFolder, Failure> {
-        let file = self.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+        let file = File::read_if_given(self.config.as_deref())?;
         let path = plugin_folder(self.plugin_dir, &file).ok_or(FolderError::Unknown)?;
         // The folder is not that of the configuration, which a server requires to exist.
         let config = Config::without_plugins(Options::default(), file)?;
