@@ -1,5 +1,5 @@
 //! Touches in a batch. The engine reads all entries to touch in one step, and then runs the batch with puts of their values. It
-//! tries both if another client has written one of these entries in between.
+//! repeats both if another client has written one of these entries in between.
 
 use std::collections::HashSet;
 use std::sync::Arc;
