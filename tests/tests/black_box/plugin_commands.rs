@@ -526,16 +526,6 @@ fn the_configuration_of_a_server_with_a_shared_store_can_be_used() {
 }
 
 #[test]
-fn a_plugin_that_opens_stores_needs_a_restart() {
-    let place = Place::new();
-    let exit = place.add(&artefacts().library("vkog-faults"), &[]).expect(0);
-    assert!(
-        exit.stdout.ends_with("restart the servers whose store is faults://; others apply this when they reload\n"),
-        "{exit}"
-    );
-}
-
-#[test]
 fn ls_runs_no_code_before_the_checks_and_creates_no_plugin() {
     let place = Place::new();
     let mark = place.setup.folder().join("mark");

@@ -283,6 +283,16 @@ fn a_store_that_refuses_the_server_stops_the_start() {
 }
 
 #[test]
+fn an_added_plugin_that_opens_stores_needs_a_restart() {
+    let library = artefacts().library("vkog-faults").display().to_string();
+    let exit = Setup::on(ENGINE).run(["plugins", "add", &library, "--plugin-dir", "plugins"]).expect(0);
+    assert!(
+        exit.stdout.ends_with("restart the servers whose store is faults://; others apply this when they reload\n"),
+        "{exit}"
+    );
+}
+
+#[test]
 fn servers_with_other_plugins_are_reported() {
     let other = json!({ "version": "9.9.9", "machine": "vkog-2", "addresses": ["10.0.0.2:3110"], "plugins": [{ "name": "bytes", "version": "1", "sha256": "00" }] });
     let setup = setup().config(format!("[plugins.faults]\nhosts = ['{other}', '{{}}']\n"));
